@@ -180,6 +180,13 @@ def test_flags_of_rows_need_them(sft_there, place):
     assert sft_there("report", place / "runs/one", place / "runs/one", "--rows")[0] == 2
 
 
+def test_a_model_inside_of_a_run_is_refused_before_rows_are_scored(sft_there, place):
+    before = (place / "runs/one/rows.json").read_bytes()
+    code, _, err = sft_there("report", place / "runs/one/final", "--rows")
+    assert (code, "scoring" in err) == (66, False)
+    assert (place / "runs/one/rows.json").read_bytes() == before
+
+
 # Filters, sorts and decides as a person would, and writes what came of it into the title.
 USE_THE_PAGE = """<script>
 const find = name => document.querySelector(name), seen = {};

@@ -245,6 +245,22 @@ def test_a_prompt_that_is_refused_has_no_answer_and_the_others_have(sft, server,
     assert (code, "no prompt has been answered" in err) == (65, True)
 
 
+@pytest.mark.parametrize("kind", ["llama.cpp", "ollama"])
+def test_a_prompt_that_is_longer_than_the_context_is_refused_and_never_cut(
+    sft, server, faults, tmp_path, kind
+):
+    faults.context = 200
+    rows = tmp_path / "in.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in ("Hi", "Count the crates. " * 100))
+    )
+    code, _, err = sft(
+        "generate", "-f", rows, "-o", tmp_path / "out.jsonl", "-m", f"{kind}={server.url}#tiny"
+    )
+    assert [row["finish"] for row in lines_of(tmp_path / "out.jsonl")] == ["stop", "refused"]
+    assert (code, "with 400: request (" in err, "{" in err) == (0, True, False), err
+
+
 def test_answers_that_pass_a_check_become_rows_that_can_be_trained_on(sft, server, tmp_path, tiny_model):
     rows = prompts_file(tmp_path / "in.jsonl")
     check = tmp_path / "mine.py"

@@ -61,14 +61,12 @@ def test_a_planted_system_message_is_found_with_its_text(verify, kind):
     assert "6 of 6 prompts differ" in err
 
 
-def test_a_planted_system_message_is_found_by_what_a_server_counts_or_shows(verify):
+def test_a_planted_system_message_is_found_by_what_a_server_counts(verify):
     code, out, _ = verify("openai", Faults(system="Speak like a pirate."))
     assert (code, "tokens more than ours" in out) == (3, True), out
-    code, out, _ = verify("ollama", Faults(system="Speak like a pirate."))
-    assert (code, "the server puts a system message in front" in out) == (3, True), out
 
 
-@pytest.mark.parametrize("kind", ["llama.cpp", "vllm"])
+@pytest.mark.parametrize("kind", ["llama.cpp", "vllm", "ollama"])
 def test_another_template_is_found(verify, kind, tmp_path):
     (tmp_path / "other.jinja").write_text(OTHER)
     code, out, _ = verify(kind, Faults(template=str(tmp_path / "other.jinja")))
@@ -84,6 +82,23 @@ def test_a_missing_stop_token_is_found(verify, kind):
     assert "answers differ: the server does not stop where the answer ends" in out
     assert "'<|im_end|>'" in out
     assert "prompts differ" not in out
+
+
+@pytest.mark.parametrize("kind", ["llama.cpp", "ollama"])
+def test_a_context_that_is_too_small_for_the_answers_is_found(verify, kind):
+    code, out, _ = verify(kind, Faults(room=3))
+    assert code == 3
+    assert "6 of 6 answers differ: the server cuts answers" in out
+    assert "rounded too coarsely" not in out
+
+
+def test_a_system_message_that_ollama_puts_in_front_is_found_where_it_shows_its_prompts_and_where_it_does_not(
+    verify,
+):
+    for shows, how in ((True, "prompts are compared as text"), (False, "answers alone are compared")):
+        code, out, err = verify("ollama", Faults(system="Speak like a pirate.", shows_prompts=shows))
+        assert (code, how in err) == (3, True), err
+        assert "6 of 6 prompts differ: the server puts a system message in front" in out
 
 
 def test_weights_that_are_rounded_too_coarsely_are_found_and_those_of_8_bits_are_not(verify):

@@ -28,9 +28,12 @@ class Faults:
     system: str = ""  # put in front of conversations without a system message
     template: str | None = None  # in place of the model's own
     stops: bool = True
+    room: int = 1 << 20  # tokens that an answer may have at most, as a small context leaves
+    context: int = 1 << 20  # tokens that a prompt may have at most
     bits: int = 0  # of weights; 0 leaves them
     key: str = ""  # that it asks for
     tells_logprobs: bool = True
+    shows_prompts: bool = True  # as Ollama does since 0.11.5
     refuses: tuple[str, ...] = ()  # names in a request
     finish: str = ""  # in place of the reason for which an answer ends
     # One is taken for each chat request: a status, "cut" (half a body), "hang up", "slow" or "" for none.
@@ -87,7 +90,7 @@ class ModelServer:
         draws = torch.Generator().manual_seed(seed)
         finish = "length"
         with self._one_at_a_time, torch.inference_mode():
-            while len(found) < most:
+            while len(found) < min(most, self.faults.room):
                 logits = self.model(input_ids=torch.tensor([[*ids, *found]])).logits[0, -1].float()
                 logprobs = torch.log_softmax(logits, -1)
                 if temperature:
@@ -134,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/chat": self._ollama,
             "/api/show": lambda _: {"system": self.owner.faults.system, "template": "?"},
         }.get(self.path)
+        if self.path.endswith(("completions", "/api/chat")) and (refusal := self._too_long(body)):
+            self._send(400, json.loads(refusal))
+            return
         is_replaced = self.owner.faults.body is not None
         self._reply(None if do is None else {} if is_replaced else do(body))
 
@@ -187,15 +193,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ollama(self, body: Mapping[str, object]) -> object:
         options = body["options"]
-        assert options["repeat_penalty"] == 1.0  # else its default changes answers
+        if body.get("_debug_render_only") and self.owner.faults.shows_prompts:
+            return {
+                "model": body["model"], "created_at": "2026-01-31T00:00:00Z", "message": {"role": "", "content": ""},
+                "done": False, "_debug_info": {"rendered_template": self.owner.text_of(body["messages"])},
+            }  # fmt: skip
+        assert (
+            "_debug_render_only" in body or options["repeat_penalty"] == 1.0
+        )  # else its default changes answers
         text, finish, prompt, tokens = self.owner.answer(
-            body["messages"], options["num_predict"], options["temperature"], options["seed"]
+            body["messages"], options["num_predict"], options.get("temperature", 0.8), options.get("seed", 0)
         )
         self._count(body["messages"])
         return {
             "model": body["model"], "message": {"role": "assistant", "content": text}, "done": True,
             "done_reason": finish, "prompt_eval_count": prompt, "eval_count": len(tokens),
         }  # fmt: skip
+
+    def _too_long(self, body: Mapping[str, object]) -> str:
+        """Return what is said of a prompt that is too long; Ollama cuts it unless it is told not to, and hands on what another says."""
+        count, room = len(self.owner.ids_of(body["messages"])), self.owner.faults.context
+        if count < room or "_debug_render_only" in body:
+            return ""
+        message = (
+            f"request ({count} tokens) exceeds the available context size ({room} tokens), try increasing it"
+        )
+        error = {"error": {"code": 400, "message": message, "type": "exceed_context_size_error"}}
+        if self.path != "/api/chat":
+            return json.dumps(error)
+        return "" if body.get("truncate", True) else json.dumps({"error": json.dumps(error)})
 
     def _count(self, messages: Sequence[Mapping[str, object]]) -> None:
         if not self._is_cut:

@@ -78,7 +78,12 @@ def report(
 
       sft report first second --out compared.html
     """
+    from sftcli.services.runs.folder import find_run
+    from sftcli.services.runs.outcome import newest_finished
+
     _check_rows(scored, names or ())
+    # What is no run is refused here, and not after minutes of scoring.
+    chosen = [find_run(name, runs) for name in names or ()] or [newest_finished(runs)]
     if scored.rows and scored.processes > 1 and not is_one_of_several():
         raise typer.Exit(start_several(scored.processes, output))
     ledger = _score_rows(scored, names, runs, output) if scored.rows else None
@@ -86,10 +91,7 @@ def report(
         return
     with session(output):
         from sftcli.services.report.html import write_report
-        from sftcli.services.runs.folder import find_run
-        from sftcli.services.runs.outcome import newest_finished
 
-        chosen = [find_run(name, runs) for name in names or ()] or [newest_finished(runs)]
         default = chosen[0].report if len(chosen) == 1 else chosen[0].path / "comparison.html"
         written = write_report(chosen, out or default)
     if output.json:

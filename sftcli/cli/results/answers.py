@@ -58,18 +58,16 @@ def show_completions(
     elif request.is_single:
         tables.show_text("", tables.out(output.color))
         if completions[0].finish != "stop" and not output.quiet:
-            tables.show_text(
-                _cut_text(completions[0], allowed=request.sampling.max_new_tokens), tables.err(output.color)
-            )
+            tables.show_text(_cut_text(completions[0], request), tables.err(output.color))
     else:
         _show_several(completions, request, output)
 
 
-def _cut_text(completion: "Completion", *, allowed: int) -> str:
-    if completion.finish == "length" and completion.new_tokens < allowed:
-        return (
-            f"cut after {counted(completion.new_tokens, 'token')}: the model was made for no more positions"
-        )
+def _cut_text(completion: "Completion", request: "GenerateRequest") -> str:
+    if completion.finish == "length" and completion.new_tokens < request.sampling.max_new_tokens:
+        is_served = request.server is not None
+        why = "the server has no room for more" if is_served else "the model was made for no more positions"
+        return f"cut after {counted(completion.new_tokens, 'token')}: {why}"
     if completion.finish == "length":
         return f"cut after {completion.new_tokens} tokens; --max-new-tokens allows more"
     return f"stopped after {counted(completion.new_tokens, 'token')}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _PROMPTS = {
     "ids": "prompts are compared token by token",
+    "text": "prompts are compared as text: the server tells no tokens",
     "counts": "the server tells no tokens of a prompt, so their number is compared",
     "none": "the server tells nothing of prompts, so answers alone are compared",
 }
@@ -28,7 +29,9 @@ def show_verified(report: "VerifyReport", output: options.Output) -> None:
             )
             tables.show_text(text, err, wrap=True)
         if report.ties:
-            text = f"{counted(report.ties, 'answer')} went another way where two tokens were nearly equally likely"
+            text = (
+                f"{counted(report.ties, 'answer')} went another way where rounding decides between two tokens"
+            )
             tables.show_text(text, err, wrap=True)
     for finding in report.findings:
         tables.show_text(str(finding), out, wrap=True)

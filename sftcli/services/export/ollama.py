@@ -32,7 +32,7 @@ def write_ollama_folder(
         session.emit(
             Warned(
                 text="the chat template is of no shape that is written for Ollama, which takes one that it knows or none: "
-                "see `ollama show --template` before you rely on its answers"
+                "compare with --verify-server ollama=NAME before you rely on its answers"
             )
         )
     shape, system = found or (None, "")

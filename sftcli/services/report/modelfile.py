@@ -1,7 +1,7 @@
 """A ``Modelfile`` for Ollama beside a GGUF file.
 
-Ollama runs no Jinja. A chat template of a shape below is written in its own language; of any other none is written, and Ollama
-takes one that it knows for the template in the file, if it knows it.
+A chat template of a shape below is written in Ollama's own language; of any other none is written, and Ollama takes one of its own
+that looks like the template in the file, or runs that itself, as versions since 0.30 do where none looks like it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -247,15 +247,22 @@ def _said(error: HTTPError) -> str:
         text = error.read(_CHUNK_BYTES).decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError):
         return ""
+    line = " ".join(_message_in(text).split())
+    return redact(line)[:_SHOWN_CHARS]
+
+
+def _message_in(text: str, depth: int = 2) -> str:
+    """Return the message of an error; Ollama's holds that of another server as JSON in a text."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        content = text
+        return text
     for key in ("error", "message", "detail"):
         if isinstance(content, dict) and key in content:
             content = content[key]
-    line = " ".join((content if isinstance(content, str) else json.dumps(content)).split())
-    return redact(line)[:_SHOWN_CHARS]
+    if not isinstance(content, str):
+        return json.dumps(content)
+    return _message_in(content, depth - 1) if depth else content
 
 
 def _cause(error: Exception) -> str:

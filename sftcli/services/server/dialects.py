@@ -16,6 +16,7 @@ from sftcli.services.server.forms import (
     ModelList,
     OllamaModel,
     OllamaReply,
+    OllamaShown,
     TokenIds,
     TokenLogprob,
 )
@@ -63,9 +64,9 @@ class ServerAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPrompt:
-    """What a server makes of a conversation: token ids, and its text where the server tells that too."""
+    """What a server makes of a conversation: token ids, its text, or both, as it tells them."""
 
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] | None = None
     text: str | None = None
 
 
@@ -270,6 +271,7 @@ class OllamaServer(Server):
             "model": self.model,
             "messages": as_turns(messages),
             "stream": False,
+            "truncate": False,  # else a prompt longer than its context loses its beginning, and nothing says so
             "logprobs": True,
             "options": options,
         }
@@ -281,6 +283,18 @@ class OllamaServer(Server):
             new_tokens=reply.eval_count,
             tokens=_pairs(reply.logprobs),
         )
+
+    def prompt(self, messages: Sequence[Message]) -> ServerPrompt | None:
+        """Return the text, by a key that newer versions know; an older one answers the prompt, which is kept short."""
+        body = {
+            "model": self.model,
+            "messages": as_turns(messages),
+            "stream": False,
+            "options": {"num_predict": 1},
+            "_debug_render_only": True,
+        }
+        shown = self.connection.post("/api/chat", body, OllamaShown)._debug_info
+        return None if shown is None else ServerPrompt(text=shown.rendered_template)
 
     def system(self) -> str:
         """Return what the Modelfile has."""

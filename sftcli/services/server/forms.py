@@ -63,6 +63,20 @@ class OllamaReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompt:
+    """What a prompt becomes in Ollama."""
+
+    rendered_template: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OllamaShown:
+    """``/api/chat`` of Ollama, asked to show the prompt; versions before 0.11.5 answer it instead."""
+
+    _debug_info: RenderedPrompt | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OllamaModel:
     """``/api/show`` of Ollama."""
 

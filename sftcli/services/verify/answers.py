@@ -1,7 +1,9 @@
 """How the answer of a server differs from our greedy one, and by how much its numbers do."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +15,17 @@ from sftcli.services.server.dialects import ServerAnswer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Both are choices. Nats by which our model prefers its own token, up to which rounding may turn a choice around; and nats a token,
-# on average, by which log-probabilities may differ.
+# All are choices. Nats by which our model prefers its own token, up to which rounding may turn a choice around: of a server that
+# computes precisely; at most; and as a multiple of how far its log-probabilities are off, which is 7 of vLLM in bfloat16.
 TIE = 0.05
+MOST_TIE = 0.2
+TIE_OF_OFF = 8
+# Nats a token, on average, by which log-probabilities may differ.
 OFF = 0.1
 
 RUNS_ON = "the server does not stop where the answer ends"
 ENDS_EARLY = "the server ends answers early"
+CUT = "the server cuts answers: the context or the number of tokens that it was started with is too small"
 WORDS_OTHER = (
     "the server answers the same prompt in other words: its weights are rounded too coarsely, or are others"
 )
@@ -27,14 +33,19 @@ WORDS_OTHER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One answer beside ours. ``what`` is "" where it is the same, ``is_tie`` where two tokens were as good as equally likely."""
+    """One answer beside ours. ``what`` is "" where it is the same; ``gap`` is by how many nats our model prefers its own words."""
 
     what: str = ""
     detail: str = ""
-    is_tie: bool = False
+    gap: float = math.inf
     off: tuple[float, ...] = field(
         default=(), repr=False
     )  # log-probability of each common token: theirs less ours
+
+
+def tie_of(off: Sequence[float]) -> float:
+    """Return the nats up to which rounding may turn a choice around, by how far log-probabilities are ``off`` where they are told."""
+    return min(MOST_TIE, max(TIE, TIE_OF_OFF * fmean(off))) if off else MOST_TIE
 
 
 class AnswerComparer:
@@ -50,7 +61,7 @@ class AnswerComparer:
 
     def compare(self, prompt: Sequence[int], ours: Row, theirs: ServerAnswer) -> Compared:
         """Return how ``theirs`` differs from ``ours``, the greedy answer to ``prompt``."""
-        own, other = self._decode(ours.ids).strip(), theirs.text.strip()
+        own, other = _whole(self._decode(ours.ids)), _whole(theirs.text)
         logprobs = self._logprobs(prompt, ours.ids)
         off = tuple(self._off(ours.ids, logprobs, theirs))
         if own == other:
@@ -59,11 +70,11 @@ class AnswerComparer:
         has_stop = any(text and text in other for text in self._stop_texts())
         if ours.finish == "stop" and other.startswith(own) and (theirs.finish == "length" or has_stop):
             return Compared(what=RUNS_ON, detail=self._stops(), off=off)
-        if theirs.finish == "stop" and own.startswith(other):
-            return Compared(what=ENDS_EARLY, detail=f"after {other[-40:]!r}", off=off)
+        if own.startswith(other):
+            what = ENDS_EARLY if theirs.finish == "stop" else CUT
+            return Compared(what=what, detail=f"after {other[-40:]!r}", off=off)
         gap = self._gap(ours, other, logprobs)
-        detail = f"{own[:60]!r} became {other[:60]!r}"
-        return Compared(what="" if gap <= TIE else WORDS_OTHER, detail=detail, is_tie=gap <= TIE, off=off)
+        return Compared(what=WORDS_OTHER, detail=f"{own[:60]!r} became {other[:60]!r}", gap=gap, off=off)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=True)
@@ -107,3 +118,8 @@ class AnswerComparer:
         read = self._tokenizer.encode_many([rest], reading="answer", continued=True)[0]
         token = read[0] if read else min(self._tokenizer.stop_ids)
         return float(logprobs[place].max() - logprobs[place, token])
+
+
+def _whole(text: str) -> str:
+    """Return ``text`` without what its end leaves of a character of several tokens: servers do not send it."""
+    return text.rstrip("\ufffd").strip()

@@ -44,19 +44,23 @@ class PromptComparer:
     def compare(
         self, messages: Sequence[Message], ours: Sequence[int], theirs: ServerPrompt
     ) -> Difference | None:
-        """Return the difference; None where the ids are equal."""
-        if tuple(ours) == theirs.ids:
-            return None
-        if theirs.ids[1:] == tuple(ours):
-            return Difference(what=TOKEN_ADDED, detail=repr(self._text(theirs.ids[:1])))
-        if theirs.ids == tuple(ours[1:]):
-            return Difference(what=TOKEN_LOST, detail=repr(self._text(ours[:1])))
+        """Return the difference; None where the ids are equal, or the texts where the server tells no ids."""
+        ids = theirs.ids
+        if ids is not None:
+            if tuple(ours) == ids:
+                return None
+            if ids[1:] == tuple(ours):
+                return Difference(what=TOKEN_ADDED, detail=repr(self._text(ids[:1])))
+            if ids == tuple(ours[1:]):
+                return Difference(what=TOKEN_LOST, detail=repr(self._text(ours[:1])))
         own = self._without_first(self._text(ours), ours)
-        other = self._without_first(self._text(theirs.ids) if theirs.text is None else theirs.text, ours)
-        if own == other:
-            place = next((n for n, (a, b) in enumerate(zip(ours, theirs.ids, strict=False)) if a != b), 0)
-            return Difference(what=TOKENS_OTHER, detail=f"from token {place + 1} on")
-        return self.system(messages, own, other) or _ends(own, other) or _elsewhere(own, other)
+        other = self._without_first(self._text(ids or ()) if theirs.text is None else theirs.text, ours)
+        if own != other:
+            return self.system(messages, own, other) or _ends(own, other) or _elsewhere(own, other)
+        if ids is None:
+            return None
+        place = next((n for n, (a, b) in enumerate(zip(ours, ids, strict=False)) if a != b), 0)
+        return Difference(what=TOKENS_OTHER, detail=f"from token {place + 1} on")
 
     def system(self, messages: Sequence[Message], own: str, other: str) -> Difference | None:
         """Return how the system messages differ, if nothing else does: proved by rendering one of our own in their place."""
@@ -69,7 +73,10 @@ class PromptComparer:
         mine, theirs = _between(own, head, tail), _between(other, head, tail)
         if theirs is not None:
             return Difference(what=SYSTEM_ADDED if mine is None else SYSTEM_OTHER, detail=repr(theirs))
-        if mine is not None and other == self._render(rest):
+        # One that the template brings by itself is in what it makes of the rest too, and not where the server has it not.
+        if mine is not None and (
+            other == self._render(rest) or (own.endswith(other) and mine in own.removesuffix(other))
+        ):
             return Difference(what=SYSTEM_LOST, detail=repr(mine))
         return None
 

@@ -19,7 +19,7 @@ from sftcli.services.processes.peers import Peers
 from sftcli.services.runs.folder import read_settings
 from sftcli.services.server.dialects import Server, ServerAnswer, ServerPrompt, open_server
 from sftcli.services.server.several import ask_several
-from sftcli.services.verify.answers import OFF, WORDS_OTHER, AnswerComparer, Compared
+from sftcli.services.verify.answers import OFF, WORDS_OTHER, AnswerComparer, Compared, tie_of
 from sftcli.services.verify.prompts import LENGTH_OTHER, SYSTEM_ADDED, Difference, PromptComparer
 from sftcli.services.verify.request import VerifyRequest
 
@@ -49,14 +49,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was compared. ``prompts`` is how: by ids, by their number (counts), or not at all (none)."""
+    """What was compared. ``prompts`` is how: by ids, by text, by their number (counts), or not at all (none)."""
 
     model: str
     server: str
     asked: int
     prompts: str
     findings: tuple[Finding, ...]
-    ties: int  # answers that part at two tokens of nearly equal probability; no difference
+    ties: int  # answers that part where rounding decides between two tokens; no difference
     compared_tokens: int  # whose log-probabilities were compared
     mean_logprob_difference: float | None  # absolute, nats a token
 
@@ -71,7 +71,7 @@ class VerifyReport:
 
 
 def run_verification(request: VerifyRequest, session: Session) -> VerifyReport:
-    """Ask both, and compare prompts by their ids where the server tells them, answers, and log-probabilities.
+    """Ask both, and compare prompts by their ids or text where the server tells them, answers, and log-probabilities.
 
     Raises:
         DataError: No held-out row can be asked.
@@ -174,9 +174,17 @@ def _report(
     findings = _grouped(
         "prompts", origins, [("", "") if one is None else (one.what, one.detail) for one in prompts]
     )
+    off = [
+        abs(value)
+        for one, prompt in zip(compared, prompts, strict=True)
+        if prompt is None
+        for value in one.off
+    ]
+    tie = tie_of(off)
     # An answer in other words to another prompt says nothing more: the prompt is the cause.
     is_caused = [
-        one.what == WORDS_OTHER and prompt is not None for one, prompt in zip(compared, prompts, strict=True)
+        one.what == WORDS_OTHER and (prompt is not None or one.gap <= tie)
+        for one, prompt in zip(compared, prompts, strict=True)
     ]
     findings += _grouped(
         "answers",
@@ -186,12 +194,6 @@ def _report(
             for one, caused in zip(compared, is_caused, strict=True)
         ],
     )
-    off = [
-        abs(value)
-        for one, prompt in zip(compared, prompts, strict=True)
-        if prompt is None
-        for value in one.off
-    ]
     mean = fmean(off) if off else None
     if mean is not None and mean > OFF:
         findings.append(
@@ -202,17 +204,23 @@ def _report(
                 asked=len(asked),
             )
         )
-    tells_counts = server.counts_prompts
     return VerifyReport(
         model=name,
         server=server.name,
         asked=len(asked),
-        prompts="ids" if replies[0] is not None else "counts" if tells_counts else "none",
+        prompts=_how(replies[0], server),
         findings=tuple(findings),
-        ties=sum(one.is_tie for one in compared),
+        ties=sum(prompt is None and one.gap <= tie for one, prompt in zip(compared, prompts, strict=True)),
         compared_tokens=len(off),
         mean_logprob_difference=mean,
     )
+
+
+def _how(reply: ServerPrompt | None, server: Server) -> str:
+    """Return how prompts are compared, in a word; ``reply`` is what the server tells of one."""
+    if reply is not None:
+        return "text" if reply.ids is None else "ids"
+    return "counts" if server.counts_prompts else "none"
 
 
 def _grouped(about: str, origins: Sequence[str], found: Iterable[tuple[str, str]]) -> list[Finding]:

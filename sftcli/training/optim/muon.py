@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from sftcli.training.distributed.shard_group import ShardGroup
 from sftcli.training.weights.placement import local_part
@@ -94,6 +93,9 @@ class ShardedMuon(torch.optim.Muon):
                 self._update(masters[begin : begin + self._shard_group.size], group)
 
     def _update(self, masters: Sequence[torch.nn.Parameter], group: Mapping[str, Any]) -> None:
+        # Torch's own, so that the numbers are those of one process. Private, so that only who shares weights out depends on them.
+        from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
         orthogonal = partial(
             _zeropower_via_newtonschulz,
             ns_coefficients=group["ns_coefficients"],

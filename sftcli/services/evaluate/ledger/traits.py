@@ -76,7 +76,7 @@ def _rare(texts: Sequence[str], trait: Callable[[str], str], words: str) -> dict
     traits = [trait(text) for text in texts]
     counts = Counter(filter(None, traits))
     usual, most = counts.most_common(1)[0] if counts else ("", 0)
-    if most < _SHARED * counts.total():
+    if not most or most < _SHARED * counts.total():
         return {}
     share = f"{most / counts.total():.0%}"
     return {

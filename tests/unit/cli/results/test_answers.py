@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,20 @@ from sftcli.config.schema.training import Precision
 from sftcli.events import Notice, TextDelta
 from sftcli.services.generate.answerer import Completion
 from sftcli.services.generate.request import GenerateRequest
+
+
+def completion_of(finish: str, tokens: int) -> Completion:
+    return Completion(
+        text="",
+        model="m",
+        prompt_tokens=1,
+        new_tokens=tokens,
+        finish=finish,
+        logprob=0.0,
+        confidence=1.0,
+        seconds=0.0,
+    )
+
 
 ASKED = GenerateRequest(
     prompt="hello", sampling=SamplingSettings(), root=Path("runs"), precision=Precision.FP32
@@ -32,18 +47,14 @@ ASKED = GenerateRequest(
     ],
 )
 def test_an_answer_that_was_cut_says_why(capsys, finish, tokens, told):
-    completion = Completion(
-        text="",
-        model="m",
-        prompt_tokens=1,
-        new_tokens=tokens,
-        finish=finish,
-        logprob=0.0,
-        confidence=1.0,
-        seconds=0.0,
-    )
-    show_completions([completion], ASKED, Output())
+    show_completions([completion_of(finish, tokens)], ASKED, Output())
     assert capsys.readouterr().err == told
+
+
+def test_an_answer_that_a_server_cut_says_so(capsys):
+    asked = replace(ASKED, checkpoint="http://localhost:8080")
+    show_completions([completion_of("length", 3)], asked, Output())
+    assert capsys.readouterr().err == "cut after 3 tokens: the server has no room for more\n"
 
 
 def test_an_answer_stays_in_one_piece_where_a_waiting_time_was_shown_before_it(monkeypatch):

@@ -60,6 +60,20 @@ def test_the_same_text_as_other_tokens_is_told(family):
     assert found(tokenizer, QUESTION, letters, text=text) == prompts.TOKENS_OTHER
 
 
+def test_a_server_that_tells_the_text_alone_is_compared_by_it(family):
+    _, tokenizer = family
+    ours = encode_prompt(tokenizer, QUESTION)
+    text = tokenizer.decode_many([ours])[0]
+
+    def compare(theirs: str) -> str:
+        difference = PromptComparer(tokenizer).compare(QUESTION, ours, ServerPrompt(text=theirs))
+        return "" if difference is None else difference.what
+
+    assert compare(text) == ""
+    assert compare(text + "Sure: ") == prompts.END_ADDED
+    assert compare("User: What is 2 plus 2?") == prompts.TEMPLATE_OTHER
+
+
 @pytest.mark.parametrize("tells_text", [True, False])
 def test_system_messages_are_told_apart(family, tells_text):
     name, tokenizer = family
@@ -74,6 +88,19 @@ def test_system_messages_are_told_apart(family, tells_text):
     assert case(QUESTION, (OTHER, *QUESTION)) == (prompts.SYSTEM_OTHER if has_own else prompts.SYSTEM_ADDED)
     assert case((SYSTEM, *QUESTION), (OTHER, *QUESTION)) == prompts.SYSTEM_OTHER
     assert case((SYSTEM, *QUESTION), QUESTION) == (prompts.SYSTEM_OTHER if has_own else prompts.SYSTEM_LOST)
+
+
+def test_a_system_text_of_the_template_that_a_server_lacks_is_told_as_such(family):
+    name, tokenizer = family
+    if not WITH_SYSTEM.get(name):
+        pytest.skip("the template has no system text of its own")
+    ours = tokenizer.decode_many([encode_prompt(tokenizer, QUESTION)])[0]
+    bare = ours[ours.index({"chatml": "<|im_start|>user", "llama3": "<|start_header_id|>user"}[name]) :]
+    difference = PromptComparer(tokenizer).compare(
+        QUESTION, encode_prompt(tokenizer, QUESTION), ServerPrompt(text=bare)
+    )
+    assert difference is not None
+    assert difference.what == prompts.SYSTEM_LOST
 
 
 def test_another_template_is_told_with_the_place(family):

@@ -37,6 +37,10 @@ def test_what_many_have_is_not_odd_and_few_rows_have_no_neighbors():
     assert odd_traits(["a.jsonl"] * 59 + ["b.jsonl"], ["plain"] * 59 + ["обычный"]) == [{}] * 60
 
 
+def test_answers_without_letters_have_no_alphabet_to_differ_in():
+    assert odd_traits(["a.jsonl"] * 30, [str(number) for number in range(30)]) == [{}] * 30
+
+
 def test_a_row_is_compared_with_its_own_source():
     found = odd_traits(["a.jsonl"] * 50 + ["b.jsonl"] * 50, ["plain"] * 49 + ['{"a": 1}'] * 51)
     assert [row for row, one in enumerate(found) if one] == [49]
