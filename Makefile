@@ -98,7 +98,7 @@ dpo:  ## TRL takes a step from the final folder of a run; needs `pip install trl
 	$(PYTHON) -m pytest -q -m slow tests/cli/test_dpo.py
 
 clients:  ## other programs open what is written and answer alike; makes environments, and compiles llama.cpp in minutes
-	$(PYTHON) -m tests.clients.run
+	work=$$(mktemp -d) && $(PYTHON) -m tests.clients.run --work $$work && $(PYTHON) -m tests.clients.servers --work $$work && rm -r $$work
 	$(PYTHON) -m tests.clients.families
 
 models:  ## every family through training, adapters, answers and resuming, an hour; writes docs/models.md

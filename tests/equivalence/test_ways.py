@@ -33,9 +33,10 @@ WAYS = {  # settings, and the modes that take them
 }
 # A moment that is rounded at random goes the other way in a few of a million, where its gradient differs in the last bit: it is
 # an eighth off then, and so is an update of the learning rate, 1e-2.
-STRAYS = {"adamw_lean": 2e-3}
-# What makes more of a difference in the last bit: products in bfloat16, those of Muon among them.
-ROUNDED = {"muon": 5e-3, "bf16": 2e-2, "split": 2e-2}
+STRAYS = {"adamw_lean": 1.3e-3}
+# What makes more of a difference in the last bit: products in bfloat16, those of Muon among them (test_modes.py has it without).
+EXACT = (1e-5, 1e-5)  # of losses, and of weights
+ROUNDED = {"muon": (2e-4, 5e-3), "bf16": (2e-2, 2e-2), "split": (5e-3, 1e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,10 @@ def test_each_way_to_train_is_that_of_one_process(place: Path, way: str, mode: s
         train_together(partial(here, alone, *changes, *smaller), size=1)
     train_together(partial(here, run, *changes, *told), size=size)
     name = ADAPTER if way == "lora" else MODEL
-    assert_same_training(place, run, alone, name, within=ROUNDED.get(way, 1e-5), strays=STRAYS.get(way, 0.0))
+    losses, weights = ROUNDED.get(way, EXACT)
+    assert_same_training(
+        place, run, alone, name, within=weights, losses_within=losses, strays=STRAYS.get(way, 0.0)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -39,8 +39,9 @@ class Law:
     losses: tuple[float, ...] = ()
 
 
+# What muon multiplies in bfloat16 differs by its rounding where gradients differ in the last bit (see test_modes.py).
 ADAMW = Law("adamw", 1e-5)
-OTHERS = {law.optimizer: law for law in (Law("adafactor", 1e-5), Law("adamw_lean", 1e-5), Law("muon", 1e-5))}
+OTHERS = {law.optimizer: law for law in (Law("adafactor", 1e-5), Law("adamw_lean", 1e-5), Law("muon", 1e-4))}
 
 
 def trained_alone(law: Law) -> tuple[Law, dict[str, torch.Tensor]]:

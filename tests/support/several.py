@@ -143,9 +143,10 @@ def assert_same_training(
     name: str = "final/model.safetensors",
     *,
     within: float = 1e-5,
+    losses_within: float | None = None,
     strays: float = 0.0,
 ) -> None:
-    """The same rows in every step, and losses and final weights ``within`` so much.
+    """The same rows in every step, and losses and final weights ``within`` so much, losses ``losses_within`` where that is given.
 
     One weight of a thousand may be further away, but no further than ``strays``.
     """
@@ -165,11 +166,12 @@ def assert_same_training(
     assert [[event[key] for key in counted] for event in ours] == [
         [event[key] for key in counted] for event in theirs
     ]
+    losses_within = within if losses_within is None else losses_within
     for kind in ("StepDone", "HeldoutDone"):
         losses = [
             [event["loss"] for event in events(place, one) if event["event"] == kind] for one in (run, other)
         ]
-        assert losses[0] == pytest.approx(losses[1], abs=within)
+        assert losses[0] == pytest.approx(losses[1], abs=losses_within)
     stored, expected = weights(place, run, name), weights(place, other, name)
     assert stored.keys() == expected.keys()
     apart = torch.cat([(tensor - expected[key]).abs().flatten() for key, tensor in stored.items()])

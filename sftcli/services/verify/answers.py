@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # All are choices. Nats by which our model prefers its own token, up to which rounding may turn a choice around: of a server that
-# computes precisely; at most; and as a multiple of how far its log-probabilities are off, which is 7 of vLLM in bfloat16.
+# computes precisely, at most, and as a multiple of how far its log-probabilities are off, which is 7 of vLLM in bfloat16. Numbers that
+# are further off than those of 16 bits, an adapter beside them included, are no rounding of the same model: a forgotten adapter is near too.
 TIE = 0.05
 MOST_TIE = 0.2
 TIE_OF_OFF = 8
+OFF_OF_16_BITS = 0.06
 # Nats a token, on average, by which log-probabilities may differ.
 OFF = 0.1
 
@@ -45,7 +47,10 @@ class Compared:
 
 def tie_of(off: Sequence[float]) -> float:
     """Return the nats up to which rounding may turn a choice around, by how far log-probabilities are ``off`` where they are told."""
-    return min(MOST_TIE, max(TIE, TIE_OF_OFF * fmean(off))) if off else MOST_TIE
+    if not off:
+        return MOST_TIE
+    mean = fmean(off)
+    return min(MOST_TIE, max(TIE, TIE_OF_OFF * mean)) if mean <= OFF_OF_16_BITS else TIE
 
 
 class AnswerComparer:

@@ -11,6 +11,7 @@ from sftcli.training.distributed.shard_group import ShardGroup
 from sftcli.training.weights.placement import local_part
 
 MOMENTUM = 0.95  # with Nesterov's step, as its author has it (Jordan 2024)
+_MADE_IN = torch.bfloat16  # as torch's products make matrices orthogonal
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -104,7 +105,7 @@ class ShardedMuon(torch.optim.Muon):
         )
         followed = [self._follow(master, group["momentum"]) for master in masters]
         shapes = [master.shape for master in masters]
-        turned = self._shard_group.change_whole(followed, shapes, orthogonal, dtype=torch.bfloat16)
+        turned = self._shard_group.change_whole(followed, shapes, orthogonal, dtype=_MADE_IN)
         for master, update in zip(masters, turned, strict=True):
             rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], master.shape)
             weights = local_part(master)
