@@ -26,8 +26,9 @@ MEETING_SECONDS = 600  # in which all have to come
 # does not come, and the new agent for it: only starting it again helps.
 HOSTED_MEETING_SECONDS = 300
 HOSTED_SECONDS = 60  # to reach a store that a launcher keeps, which was there before the processes were
-_ATTEMPT, _MET = "attempt", "met"  # keys
+_ATTEMPT, _MET, _NOTES = "attempt", "met", "notes"  # keys
 _POLL_SECONDS = 0.1
+_HERE = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,22 @@ class Meeting:
     def group(self) -> "Store":
         """Return the part at which the group of torch.distributed meets."""
         return prefixed(f"{self.prefix}/group", self.store)
+
+    def notes(self, place: Place) -> "Store":
+        """Return where they leave notes for each other while they save.
+
+        The store of a launcher that is killed is gone with it, and they save once more before they end. So on one machine the first
+        process keeps another one.
+        """
+        words = self.words()
+        if not place.is_hosted or place.local_size < place.size:
+            return words
+        if place.rank == 0:
+            store = tcp_store(_HERE, 0, is_master=True, seconds=HOSTED_SECONDS)
+            words.set(_NOTES, str(store.port))
+            return store
+        words.wait([_NOTES], timedelta(seconds=HOSTED_SECONDS))
+        return tcp_store(_HERE, int(words.get(_NOTES)), is_master=False, seconds=HOSTED_SECONDS)
 
     def words_of_thread(self, place: Place) -> "Store":
         """Return what ``words`` does over a connection of its own, which no other thread's wait blocks."""

@@ -109,10 +109,10 @@ class Peers:
 class ConnectedPeers(Peers):
     """One of several processes."""
 
-    def __init__(self, group: Group, store: "Store") -> None:
+    def __init__(self, group: Group, store: "Store", notes: "Store") -> None:
         super().__init__(group)
         self._store = store
-        self.notes = PeerNotes(store, is_writer=group.is_writer)
+        self.notes = PeerNotes(notes, store, is_writer=group.is_writer)
         self._exchanged = 0  # how many values were exchanged
 
     def broadcast(self, value: Mapping[str, object]) -> None:
@@ -186,10 +186,17 @@ class ConnectedPeers(Peers):
 
 
 class PeerNotes:
-    """Texts that processes leave for each other from any thread: it asks for what is there, and so blocks no other thread."""
+    """Texts that processes leave for each other from any thread: it asks for what is there, and so blocks no other thread.
 
-    def __init__(self, store: "Store", *, is_writer: bool) -> None:
+    Args:
+        store: Has the texts.
+        words: Where a process says that it failed.
+        is_writer: Whether this is the first process.
+    """
+
+    def __init__(self, store: "Store", words: "Store", *, is_writer: bool) -> None:
         self._store = store
+        self._words = words
         self._is_writer = is_writer
 
     def leave(self, name: str, text: str) -> None:
@@ -204,7 +211,8 @@ class PeerNotes:
         """
         if self._store.check([f"note/{name}"]):
             return str(self._store.get(f"note/{name}").decode())
-        _raise_failure(self._store, is_writer=self._is_writer)
+        with suppress(dist.DistError):  # their store is gone with a launcher that was killed
+            _raise_failure(self._words, is_writer=self._is_writer)
         return None
 
 
@@ -290,7 +298,8 @@ def _connect(place: Place, met: Meeting) -> ConnectedPeers:
         world_size=place.size,
         timeout=timedelta(seconds=EXCHANGE_SECONDS),
     )
-    return ConnectedPeers(Group(rank=place.rank, size=place.size, per_machine=met.per_machine), met.words())
+    group = Group(rank=place.rank, size=place.size, per_machine=met.per_machine)
+    return ConnectedPeers(group, met.words(), met.notes(place))
 
 
 def _pulse(place: Place, met: Meeting, emit: EventSink) -> AbstractContextManager[object]:

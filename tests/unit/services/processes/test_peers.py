@@ -31,7 +31,7 @@ class Stopped(NeverStop):
 @pytest.fixture
 def pair() -> tuple[ConnectedPeers, ConnectedPeers]:
     store = dist.HashStore()
-    leader, follower = (ConnectedPeers(Group(rank=rank, size=2), store) for rank in range(2))
+    leader, follower = (ConnectedPeers(Group(rank=rank, size=2), store, store) for rank in range(2))
     return leader, follower
 
 
