@@ -24,6 +24,7 @@ pytestmark = [
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 STEPS = 100
 EARLY = 10  # steps before something happens
+PORTS = iter(range(20_000 + os.getpid() % 10_000, 32_768))
 SECONDS = 280  # that a test waits for something on a busy machine
 GENTLE = "training.learning_rate=1e-4"  # at a higher one so many steps carry roundings further than 1e-5
 SETTINGS = [word for change in (*FLAGS, GENTLE) for word in ("--set", change)]
@@ -48,8 +49,8 @@ def wait_until(is_so: Callable[[], bool], said: Callable[[], str]) -> None:
 
 
 def free_port() -> int:
-    """Return a port that no outgoing connection takes: from those a process that waits for the first one may connect to itself."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_768):
+    """Return another port, which no outgoing connection takes: from those a process that waits for the first one may connect to itself."""
+    for port in PORTS:
         with socket.socket() as found, suppress(OSError):
             found.bind(("127.0.0.1", port))
             return port
