@@ -27,20 +27,34 @@ def products_of(weights: Sequence[torch.Tensor]) -> tuple[MakeProduct, torch.dty
     device, dtype = weights[0].device, weights[0].dtype
     if device.type != "cpu" or any(weight.dtype != dtype for weight in weights):
         return _plain, dtype
-    numbers = sum(weight.numel() for weight in weights)
-    room = _LARGEST_SHARE * total_memory_bytes(device)
+    fits = _fit_twice(weights, _LARGEST_SHARE)
     if dtype == torch.bfloat16 and has_bf16_products(device):
-        has_blocks = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and 2 * numbers <= room
-        return (_blocked if has_blocks else _plain), dtype
-    if _has_halves() and 2 * numbers <= room and all(map(_are_halves, weights)):
+        return (_blocked if fits and _has_blocks() else _plain), dtype
+    if _has_halves() and fits and all(map(_are_halves, weights)):
         return _halves, torch.float32
     return _plain, dtype
 
 
 def are_blocked_in_training(weights: Sequence[torch.Tensor]) -> bool:
-    """Return whether ``products_of`` makes blocks of ``weights``, whatever numbers they hold, and few enough beside a training."""
-    room = _LARGEST_SHARE_IN_TRAINING * total_memory_bytes(weights[0].device)
-    return products_of(weights)[0] is _blocked and 2 * sum(weight.numel() for weight in weights) <= room
+    """Return whether ``products_of`` makes blocks of ``weights``, whatever numbers they hold, and few enough beside a training.
+
+    No number is looked at, as there for products of FBGEMM.
+    """
+    return (
+        all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
+        and has_bf16_products(weights[0].device)
+        and _has_blocks()
+        and _fit_twice(weights, _LARGEST_SHARE_IN_TRAINING)
+    )
+
+
+def _fit_twice(weights: Sequence[torch.Tensor], share: float) -> bool:
+    """Return whether ``weights`` as numbers of 16 bits take no more than this share of the memory."""
+    return 2 * sum(weight.numel() for weight in weights) <= share * total_memory_bytes(weights[0].device)
+
+
+def _has_blocks() -> bool:
+    return hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
