@@ -174,6 +174,8 @@ def assert_same_training(
         assert losses[0] == pytest.approx(losses[1], abs=losses_within)
     stored, expected = weights(place, run, name), weights(place, other, name)
     assert stored.keys() == expected.keys()
+    for key, tensor in stored.items():
+        assert (tensor.shape, tensor.dtype) == (expected[key].shape, expected[key].dtype)
     apart = torch.cat([(tensor - expected[key]).abs().flatten() for key, tensor in stored.items()])
     assert apart.max() <= max(within, strays)
     assert (apart > within).double().mean() <= (1e-3 if strays else 0.0)

@@ -28,7 +28,7 @@ HOSTED_MEETING_SECONDS = 300
 HOSTED_SECONDS = 60  # to reach a store that a launcher keeps, which was there before the processes were
 _ATTEMPT, _MET, _NOTES = "attempt", "met", "notes"  # keys
 _POLL_SECONDS = 0.1
-_HERE = "127.0.0.1"
+_THIS_MACHINE = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +57,11 @@ class Meeting:
         if not place.is_hosted or place.local_size < place.size:
             return words
         if place.rank == 0:
-            store = tcp_store(_HERE, 0, is_master=True, seconds=HOSTED_SECONDS)
+            store = tcp_store(_THIS_MACHINE, 0, is_master=True, seconds=HOSTED_SECONDS)
             words.set(_NOTES, str(store.port))
             return store
         words.wait([_NOTES], timedelta(seconds=HOSTED_SECONDS))
-        return tcp_store(_HERE, int(words.get(_NOTES)), is_master=False, seconds=HOSTED_SECONDS)
+        return tcp_store(_THIS_MACHINE, int(words.get(_NOTES)), is_master=False, seconds=HOSTED_SECONDS)
 
     def words_of_thread(self, place: Place) -> "Store":
         """Return what ``words`` does over a connection of its own, which no other thread's wait blocks."""
