@@ -2,19 +2,15 @@
 
 import importlib.util
 import json
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
 from tests.cli.test_verify_server import trained  # noqa: F401 - a fixture
+from tests.support.serving import running
 
 NEEDED = ("llama_cpp", "uvicorn", "starlette_context", "sse_starlette")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -26,25 +22,10 @@ pytestmark = pytest.mark.skipif(
 @contextmanager
 def serving(gguf: Path, *more: str) -> Iterator[str]:
     """Yield the URL of a server that has opened ``gguf``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--model", str(gguf), "--port", str(port), "--n_ctx", "512", "--logits_all", "true", *more]
-    with (gguf.parent / "server.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "llama_cpp.server", *words], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/v1"
-    try:
-        for _ in range(600):
-            assert server.poll() is None, (gguf.parent / "server.log").read_text()[-2000:]
-            try:
-                with urlopen(f"{url}/models", timeout=5):
-                    break
-            except (URLError, OSError):
-                time.sleep(0.2)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
+    words = ["--model", gguf, "--n_ctx", "512", "--logits_all", "true", *more]
+    command = [sys.executable, "-m", "llama_cpp.server", *words]
+    with running(command, answers_at="/v1/models", log=gguf.parent / "server.log") as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture

